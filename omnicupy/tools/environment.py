@@ -135,10 +135,10 @@ def environment() -> dict[str, Any]:
 
 
 def of_child() -> dict[str, str]:
-    """The environment of another Python process that imports this very package."""
+    """The environment of another Python process that imports this very package, whatever the current folder holds."""
     root = str(Path(__file__).resolve().parents[2])
     paths = [root, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "PYTHONSAFEPATH": "1"}
 
 
 def _first_line(command: list[str], folder: Path | None) -> str:

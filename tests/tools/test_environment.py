@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
+import omnicupy
 from omnicupy.jit import nvrtc as jit_nvrtc
 from omnicupy.tools import environment
 
@@ -57,3 +59,19 @@ def test_a_changed_file_marks_the_commit(tmp_path: Path, monkeypatch: pytest.Mon
     assert environment.commit(root / "record.json") == f"{commit}+"
     monkeypatch.setattr(environment, "__file__", str(tmp_path / "installed" / "omnicupy" / "tools" / "x.py"))
     assert environment.commit() == ""
+
+
+def test_a_child_imports_this_very_package(tmp_path: Path) -> None:
+    (tmp_path / "omnicupy.py").write_text("raise SystemExit('of the current folder')")
+    told = "import omnicupy; print(omnicupy.__file__)"
+    for words in (["-c", told], ["-m", "omnicupy", "--version"]):
+        done = subprocess.run(
+            [sys.executable, *words],
+            cwd=tmp_path,
+            env=environment.of_child(),
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        assert words[0] == "-m" or Path(done.stdout.strip()) == Path(omnicupy.__file__)

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import shutil
+import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -14,6 +18,7 @@ from typing import Any
 from omnicupy.tools import environment
 from omnicupy.tools.bench import records
 from omnicupy.tools.bench import run as bench_run
+from omnicupy.tools.bench.records import Record
 from omnicupy.tools.bench.suites import GPU_SUITES
 
 # Of suites that time calls on the device, and no whole ones from the host.
@@ -26,6 +31,7 @@ POLL_S = 1.0
 
 def check(options: bench_run.Options) -> None:
     """Raises ValueError for what several processes would disturb, or what one would refuse."""
+    bench_run.check(options)
     serve = [name for name, suite in GPU_SUITES.items() if all(part.kind in KINDS for part in suite.parts)]
     for name in options.suites:
         if name not in serve:
@@ -33,10 +39,11 @@ def check(options: bench_run.Options) -> None:
                 f"--jobs: expected suites that time calls on the device, {', '.join(serve)}, got {name}; leave --jobs "
                 "out"
             )
-    bench_run.check(options)
-    for names in _planned(options):
+    for names in (*_planned(options), options.systems):
         if twice := next((name for name in names if names.count(name) > 1), ""):
-            raise ValueError(f"--jobs: expected each workload once, got {twice} again; leave one out")
+            raise ValueError(
+                f"--jobs: expected each workload and system once, got {twice} again; leave one out"
+            )
 
 
 def command(words: Sequence[str]) -> list[str]:
@@ -47,33 +54,70 @@ def command(words: Sequence[str]) -> list[str]:
 def run(
     options: bench_run.Options, words: Sequence[str], jobs: int, say: Callable[[str], None]
 ) -> dict[str, Any]:
-    """The record of a run by `jobs` processes, which `words` give the options; written to `options.out` as rows come.
+    """The record of a run by up to `jobs` processes, which `words` give the options; written to `options.out` as rows
+    come.
 
-    Raises ValueError where one of them fails, once the others are done: their rows are kept.
+    Raises ValueError where one of them fails, once the others are done: their rows are kept. Whatever ends the run
+    early, and where the file cannot be written, what each process measured stays in a folder that is named.
     """
     out, order = options.out, list(dict.fromkeys(chain.from_iterable(_planned(options))))
-    with tempfile.TemporaryDirectory(prefix="omnicupy-bench-") as name:
-        folder = Path(name)
-        files = [folder / f"{number}.json" for number in range(jobs)]
-        started: list[subprocess.Popen[bytes]] = []
-        try:
-            for file in files:
-                child = command(["--turns", str(folder), "--out", str(file), *words])
-                started.append(subprocess.Popen(child, stdout=subprocess.DEVNULL, env=environment.of_child()))
-            content = _watched(started, files, order, out)
-        finally:
-            for process in started:
-                process.kill()
-                process.wait()
-        failed = sum(process.returncode != 0 for process in started)
-        rows = content.get("rows", [])
-        if failed:
-            left = sorted(set(order) - {row["workload"] for row in rows}, key=order.index)
-            without = f"; without rows: {', '.join(left)}" if left else ""
-            kept = f", {len(rows)} rows are in {out}" if out else ""
-            raise ValueError(f"--jobs: {failed} of {jobs} processes failed, as said above{kept}{without}")
-        say(f"{len(rows)} rows of {jobs} processes")
-        return content
+    jobs = min(jobs, len(order))
+    Record(out, {"suites": list(options.suites)})  # where it cannot be written, nothing is measured
+    folder = Path(tempfile.mkdtemp(prefix="omnicupy-bench-"))
+    shares = _Shares([folder / f"{number}.json" for number in range(jobs)], order, out)
+    started: list[subprocess.Popen[bytes]] = []
+    try:
+        with _ended_by_signals():
+            try:
+                for file in shares.files:
+                    child = command(["--turns", str(folder), "--out", str(file), *words])
+                    how: dict[str, Any] = {"stdout": subprocess.DEVNULL, "env": environment.of_child()}
+                    started.append(subprocess.Popen(child, **how))
+                while any(process.poll() is None for process in started):
+                    shares.join()
+                    time.sleep(POLL_S)
+            finally:
+                for process in started:
+                    process.kill()
+                    process.wait()
+                shares.join(last=True)
+    except BaseException:
+        say(f"what each process measured is in {folder}")
+        raise
+    content = shares.content
+    statuses = [process.returncode for process in started if process.returncode]
+    rows = content.get("rows", [])
+    if out or not statuses:
+        shutil.rmtree(folder)
+    if statuses:
+        left = sorted(set(order) - {row["workload"] for row in rows}, key=order.index)
+        without = f"; without rows: {', '.join(left)}" if left else ""
+        kept = f", {len(rows)} rows are in {out or folder}"
+        ended = ", ".join(map(str, statuses))
+        raise ValueError(
+            f"--jobs: {len(statuses)} of {jobs} processes failed (exit status {ended}){kept}{without}"
+        )
+    say(f"{len(rows)} rows of {jobs} processes")
+    return content
+
+
+@contextmanager
+def _ended_by_signals() -> Iterator[None]:
+    """A signal that asks this process to end raises SystemExit, so that it ends the others first."""
+
+    def end(number: int, _: Any) -> None:
+        sys.exit(128 + number)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    asked = [signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])]
+    before = {number: signal.signal(number, end) for number in asked}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _planned(options: bench_run.Options) -> list[list[str]]:
@@ -83,27 +127,28 @@ def _planned(options: bench_run.Options) -> list[list[str]]:
     return [[one if isinstance(one, str) else one.name for one in of_suite] for of_suite in given]
 
 
-def _watched(
-    started: Sequence[subprocess.Popen[bytes]], files: Sequence[Path], order: Sequence[str], out: Path | None
-) -> dict[str, Any]:
-    """The joined record once all processes have ended."""
-    content: dict[str, Any] = {}
-    while True:
-        running = any(process.poll() is None for process in started)
-        parts = [part for file in files if file.exists() and BEGUN in (part := records.load(file))]
+class _Shares:
+    """The records that processes write, as one. order: of workloads.  out: where that is written."""
+
+    def __init__(self, files: Sequence[Path], order: Sequence[str], out: Path | None) -> None:
+        self.files, self._order, self._out = files, order, out
+        self.content: dict[str, Any] = {}
+        self._written = self.content
+
+    def join(self, *, last: bool = False) -> None:
+        """What there is now. last: nothing will come. Raises what joined and records.write do then; before, headers may
+        differ for a while, and a disk may be full.
+        """
+        files = [file for file in self.files if file.exists()]
+        parts = [part for part in map(records.load, files) if BEGUN in part]
         try:
-            found = joined(parts, len(files), order)
-        except ValueError:  # while they go on their headers may differ
-            if not running:
+            self.content = joined(parts, len(self.files), self._order)
+            if self._out is not None and self.content != self._written:
+                records.write(self._out, self.content)
+                self._written = self.content
+        except (ValueError, OSError):
+            if last:
                 raise
-            found = content
-        if found != content:
-            content = found
-            if out is not None:
-                records.write(out, content)
-        if not running:
-            return content
-        time.sleep(POLL_S)
 
 
 def joined(parts: Sequence[dict[str, Any]], jobs: int, order: Sequence[str]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -72,7 +73,7 @@ class Session:
         copy = copy_tbps(session.clock)
         record.set(gemm_tflops=round(tflops, 1), gemm=name, copy_tbps=round(copy, 3))
         session.say(f"{GEMM}^3 product, {name}: {tflops:.0f} TFLOP/s; copies: {copy:.2f} TB/s")
-        cupy.get_default_memory_pool().free_all_blocks()  # other processes may want it
+        free_memory()  # other processes may want it
         return session
 
 
@@ -99,6 +100,15 @@ def check_memory(workload: Workload, mask: Mask) -> None:
         )
 
 
+def free_memory() -> None:
+    """Give the device what pools hold and nothing uses, that of PyTorch, too, where it is loaded."""
+    import cupy
+
+    cupy.get_default_memory_pool().free_all_blocks()
+    if torch := sys.modules.get("torch"):
+        torch.cuda.empty_cache()
+
+
 def make_inputs(workload: Workload, mask: Mask, dtype: str) -> tuple[Any, Any, Any]:
     """Random normal q, k, v of a workload as CuPy arrays."""
     import cupy
@@ -117,7 +127,6 @@ def measure(session: Session, workload: Workload, systems: Sequence[str], batch:
 
     systems: names of peers.SYSTEMS, "omnicupy", or "omnicupy:" and a word of configs.parse.  batch: as of prepared.
     """
-    import cupy
 
     mask = workload.mask()
     with session.turns.beside():
@@ -126,7 +135,7 @@ def measure(session: Session, workload: Workload, systems: Sequence[str], batch:
         _timed(session, workload, mask, ready)
     with session.turns.beside():
         del ready
-        cupy.get_default_memory_pool().free_all_blocks()
+        free_memory()
 
 
 def prepared(

@@ -157,10 +157,10 @@ def run(options: Options, say: host.Say) -> dict[str, Any]:
         },
     )
     with ExitStack() as stack:
+        stack.callback(options.turns.end)
         if set(SHARED) <= set(options.suites):  # beside each other, with the same processes
             stack.enter_context(process_group.process_group(" ".join(SHARED)))
         _run_suites(options, record, say, gpu=gpu)
-        options.turns.end()
     return record.content
 
 
@@ -250,7 +250,8 @@ def check(options: Options) -> None:
             f"bench: {'workloads' if options.workloads else 'these suites'} need a GPU, and there is none here; run "
             f"{' or '.join(CPU_HOST)}"
         )
-    for given in options.workloads:
+    # Of several processes one has looked, before the others took memory.
+    for given in () if options.turns.is_shared else options.workloads:
         workload = by_name(given) if isinstance(given, str) else given
         check_memory(workload, workload.mask())
 

@@ -14,8 +14,8 @@ try:
 except ImportError:  # not a POSIX system
     fcntl = None  # type: ignore[assignment]
 
-# Files of locks are opened from this number on: a process that ends closes files in ascending order, those of the GPU's
-# driver before these.
+# One file of two is opened from this number on. A process that ends gives its files back in ascending order or, as a
+# newer Linux does, in descending order: one of the two comes behind those of the GPU's driver.
 _LATE_FILE = 512
 # What others ran may have brought the chip to its power limit, and it keeps a low clock for a while.
 REST_S = 0.5
@@ -42,17 +42,15 @@ class Turns:
             return
         if fcntl is None:
             raise ValueError("--jobs: expected a POSIX system, which has locks of files; leave it out")
-        self._gate, self._lock = (self._opened(folder / name) for name in ("gate", "lock"))
-
-    @staticmethod
-    def _opened(path: Path) -> int:
-        early = os.open(path, os.O_RDWR | os.O_CREAT)
+        self._gate, *self._locks = (
+            os.open(folder / name, os.O_RDWR | os.O_CREAT) for name in ("gate", "lock", "late-lock")
+        )
         try:
-            late = fcntl.fcntl(early, fcntl.F_DUPFD_CLOEXEC, _LATE_FILE)
+            late = fcntl.fcntl(self._locks[1], fcntl.F_DUPFD_CLOEXEC, _LATE_FILE)
         except OSError:  # a process may not open so many
-            return early
-        os.close(early)
-        return late
+            return
+        os.close(self._locks[1])
+        self._locks[1] = late
 
     @property
     def is_shared(self) -> bool:
@@ -110,7 +108,8 @@ class Turns:
         with self.around_waits():
             fcntl.flock(self._gate, fcntl.LOCK_EX)
             try:
-                fcntl.flock(self._lock, fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
+                for lock in self._locks:
+                    fcntl.flock(lock, fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
             finally:
                 fcntl.flock(self._gate, fcntl.LOCK_UN)
         self._is_beside = shared
@@ -120,7 +119,8 @@ class Turns:
         try:
             self._settle()
         finally:
-            fcntl.flock(self._lock, fcntl.LOCK_UN)
+            for lock in self._locks:
+                fcntl.flock(lock, fcntl.LOCK_UN)
 
 
 NOBODY_ELSE = Turns()

@@ -78,7 +78,8 @@ MEASURING = (
     type=click.IntRange(1, 64),
     default=1,
     show_default=True,
-    help="Processes that prepare workloads beside each other; what is timed has the GPU to itself.",
+    help="Processes that prepare workloads beside each other; what is timed has the GPU to itself. For suites of calls "
+    "on the device: host times are left out. Rivals may want a longer --limit.",
 )
 @click.option("--turns", type=click.Path(path_type=Path), hidden=True, help="Where these processes meet.")
 @click.option("--part", metavar="I/N", help="Only share I of N of the problems of accuracy.")

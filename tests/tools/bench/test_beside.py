@@ -5,6 +5,9 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import re
+import shutil
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -39,11 +42,13 @@ def run(options, say):
         record.set(arch="sm_90", clocks_before={"clocks.sm": str(number)})
         time.sleep(0.05)
         record.set(gemm_tflops=700.0 + number)
-    record.suite = options.suites[0]
+    record.suite, waited = options.suites[0], 0
     if number:
         record.set(missing={"fa4": "is not there"})
     while FAILS and not number and not (options.turns._folder / "W1").exists():
-        time.sleep(0.01)  # the other one has claimed it
+        time.sleep(0.01)  # until the other one has claimed it
+        if (waited := waited + 1) > 6000:
+            raise ValueError("the other one is not there")
     for name in ("W1", "W2", "W3", "W4"):
         if options.turns.claim(name):
             if FAILS and number:
@@ -97,7 +102,7 @@ def test_rows_of_a_run_that_fails_are_kept(tmp_path: Path, monkeypatch: pytest.M
     assert done.exit_code == 1
     rows = records.load(out)["rows"]
     said = (
-        f"--jobs: 1 of 2 processes failed, as said above, {len(rows)} rows are in {out}; without rows: W1, "
+        f"--jobs: 1 of 2 processes failed (exit status 1), {len(rows)} rows are in {out}; without rows: W1, "
     )
     assert said in done.output
     assert [row["workload"] for row in rows] == ["W2", "W3", "W4"]
@@ -107,6 +112,12 @@ def test_rows_of_a_run_that_fails_are_kept(tmp_path: Path, monkeypatch: pytest.M
     ("words", "said"),
     [
         (["latency", "--jobs", "2"], "expected suites that time calls on the device"),
+        (["unsen", "--jobs", "2"], "unsen"),
+        (["unseen", "--pass", "bwd", "--jobs", "2", "--out", "."], "expected a file, got the folder"),
+        (
+            ["unseen", "--pass", "bwd", *["--system", "flex"] * 2, "--jobs", "2"],
+            "expected each workload and system once, got flex again",
+        ),
         (["host", "--jobs", "2"], "expected suites that time calls on the device"),
         (["build", "--jobs", "2"], "got build; leave --jobs out"),
         (["unseen", "--jobs", "2"], "add --pass bwd"),
@@ -120,6 +131,38 @@ def test_what_several_processes_cannot_do_is_refused(words: list[str], said: str
     done = _bench(*words)
     assert done.exit_code != 0
     assert said in done.output
+
+
+def test_there_are_no_more_processes_than_workloads() -> None:
+    done = _bench("unseen", "--pass", "bwd", "--workload", "W1", "--workload", "W2", "--jobs", "9", "--json")
+    assert json.loads(done.stdout)["jobs"] == 2
+
+
+def test_what_was_measured_stays_where_it_cannot_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, write = tmp_path / "all.json", records.write
+
+    def full(path: Path, content: dict[str, Any]) -> None:
+        if content["rows"]:
+            raise OSError("no space left on device")
+        write(path, content)
+
+    monkeypatch.setattr(records, "write", full)
+    done = _bench("unseen", "--pass", "bwd", "--jobs", "2", "--out", str(out))
+    assert done.exit_code != 0
+    (said,) = re.findall(r"what each process measured is in (\S+)", done.output)
+    kept = [row for file in Path(said).glob("*.json") for row in records.load(file)["rows"]]
+    assert sorted(row["workload"] for row in kept) == ["W1", "W2", "W3", "W4"]
+    shutil.rmtree(said)
+
+
+def test_processes_are_ended_by_what_ends_their_parent() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(SystemExit) as ended, beside._ended_by_signals():
+        signal.raise_signal(signal.SIGTERM)
+    assert ended.value.code == 128 + signal.SIGTERM
+    assert signal.getsignal(signal.SIGTERM) == before
 
 
 def test_what_is_shared_of_a_record_is_of_its_first_process() -> None:
@@ -141,7 +184,12 @@ def test_what_is_shared_of_a_record_is_of_its_first_process() -> None:
 
 def _others_may(folder: Path) -> str:
     """What another process could do now: be "alone", "beside" others, or "nothing"."""
-    file = os.open(folder / "lock", os.O_RDWR)
+    (found,) = {_of_one(folder / name) for name in ("lock", "late-lock")}
+    return found
+
+
+def _of_one(lock: Path) -> str:
+    file = os.open(lock, os.O_RDWR)
     try:
         for kind, said in ((fcntl.LOCK_EX, "alone"), (fcntl.LOCK_SH, "beside")):
             try:

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -17,6 +22,7 @@ from omnicupy.masks.constructors import causal, full
 from omnicupy.masks.mask import Mask
 from omnicupy.masks.segment_masks import segments
 from omnicupy.tools.bench import gradients, tiles
+from omnicupy.tools.bench.turns import NOBODY_ELSE, Turns
 from omnicupy.tools.workloads.workload import Workload
 
 FEW, MANY = segments([("text", 300), ("image", 400)]), full(8192)  # additions to a sum of dQ
@@ -52,10 +58,11 @@ def _chosen(mask: Mask, head_dim: int) -> BackwardSpec:
 def test_other_tiles_than_calls_get(
     head_dim: int, forms: tuple[str, ...], mask: Mask, said: list[str]
 ) -> None:
-    session: Any = SimpleNamespace(arch="sm_90", dtype="bfloat16", say=said.append)
+    session: Any = SimpleNamespace(arch="sm_90", dtype="bfloat16", say=said.append, turns=NOBODY_ELSE)
     found = tiles.likely_gradients(session, Workload("x", 1, (2, 1, head_dim), lambda: mask, ""))
     assert found[: len(forms)] == [f"omnicupy{form}" for form in forms]
     assert len(set(found)) == len(found)
+    assert len(found) > len(forms)
     got = _chosen(mask, head_dim)
     for name in found[len(forms) :]:
         asked = gradients.asked(name.partition(":")[2])
@@ -70,7 +77,7 @@ def test_other_tiles_than_calls_get(
 
 @pytest.mark.parametrize("mask", [FEW, MANY, TWO])
 def test_a_tile_of_the_row_is_another_one_where_calls_get_none_of_it(mask: Mask, said: list[str]) -> None:
-    session: Any = SimpleNamespace(arch="sm_90", dtype="bfloat16", say=said.append)
+    session: Any = SimpleNamespace(arch="sm_90", dtype="bfloat16", say=said.append, turns=NOBODY_ELSE)
     found = tiles.likely_gradients(session, Workload("x", 1, (2, 1, 64), lambda: mask, ""))
     # Deep rings leave no memory for dQ on its way: both forms are worth a look.
     assert {f"omnicupy:fused-64x192-s{stages}-w16" for stages in (3, 4)} <= set(found)
@@ -84,3 +91,18 @@ def test_a_tile_of_the_row_is_another_one_where_calls_get_none_of_it(mask: Mask,
     assert (got.fused, got.ordered) == expected[id(mask)]
     assert ("omnicupy:fused-64x128-s4-w16" in found) == (got.fused != row.fused)
     assert ("omnicupy:ordered-64x192-s3-w16" in found) == (got.ordered != row.ordered)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="threads have priorities of their own on Linux")
+def test_threads_that_compile_beside_others_leave_them_the_cores(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def nice(_: Any) -> int:
+        return os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+
+    mine = nice(None)
+    monkeypatch.setattr(tiles, "compile_all", lambda specs: list(ThreadPoolExecutor(2).map(nice, specs)))
+    for turns, expected in ((NOBODY_ELSE, mine), (Turns(tmp_path), 19)):
+        session: Any = SimpleNamespace(turns=turns)
+        assert tiles._compile_all(session, ["a", "b"]) == [expected] * 2  # type: ignore[type-var, comparison-overlap]
+        assert nice(None) == mine

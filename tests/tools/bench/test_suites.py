@@ -14,11 +14,13 @@ from omnicupy.choose import variants
 from omnicupy.jit.build import Compiled
 from omnicupy.masks.constructors import from_dense, full
 from omnicupy.masks.segment_masks import segments
-from omnicupy.tools.bench import mask_build, measure, memory, peers, suites, tiles
+from omnicupy.tools.bench import mask_build, measure, memory, peers, suites, tiles, turns
 from omnicupy.tools.bench import run as bench_run
 from omnicupy.tools.bench.suite import with_seeds
 from omnicupy.tools.bench.suites import GPU_SUITES
 from omnicupy.tools.workloads.workload import Workload, by_name
+
+SESSION: dict[str, Any] = {"arch": "sm_90", "dtype": "bfloat16", "turns": turns.NOBODY_ELSE, "say": print}
 
 
 @pytest.fixture
@@ -248,17 +250,15 @@ def test_tile_studies_hold_every_switch(gpu: Any, monkeypatch: pytest.MonkeyPatc
         return [Compiled(spec, 9, "8 bytes of spills" if spec.warps == 8 else "") for spec in specs]
 
     monkeypatch.setattr(tiles, "compile_all", compile_all)
-    session = SimpleNamespace(arch="sm_90", dtype="bfloat16", say=lambda line: None)
-    names = tiles.every_tile(session, 128, "sm80")  # type: ignore[arg-type]
+    names = tiles.every_tile(SimpleNamespace(**SESSION), 128, "sm80")  # type: ignore[arg-type]
     assert all(spec.br >= 64 for spec in compiled)
     assert {(spec.share_kv, spec.swizzle) for spec in compiled} == {
         (a, b) for a in (True, False) for b in (True, False)
     }
     assert {spec.stages for spec in compiled} == {1, 2, 3}
     assert not any("w8" in name for name in names)
-    assert {variants.parse(name.partition(":")[2], "sm_90", "bfloat16", 128) for name in names} <= set(
-        compiled
-    )
+    words = [name.partition(":")[2] for name in names]
+    assert {variants.parse(word, "sm_90", "bfloat16", 128) for word in words} <= set(compiled)
     monkeypatch.setattr(tiles, "every_tile", lambda *arguments: [f"omnicupy:{variants.word(compiled[0])}"])
     (row,) = _run(monkeypatch, _mixed, "tiles")
     assert (row["spec"], row["suite"]) == (variants.word(compiled[0]), "tiles")
@@ -268,7 +268,7 @@ def test_tile_studies_hold_every_switch(gpu: Any, monkeypatch: pytest.MonkeyPatc
 def test_choices_have_variants_for_short_block_rows(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tiles, "compile_all", lambda specs: [Compiled(spec, 9, "") for spec in specs])
     workload = by_name(name)
-    session: Any = SimpleNamespace(arch="sm_90", dtype="bfloat16", sm_count=132, say=lambda line: None)
+    session: Any = SimpleNamespace(sm_count=132, **SESSION)
     first, *others = tiles.likely_tiles(session, workload)
     assert first == "omnicupy"
     found = [variants.parse(one.partition(":")[2], "sm_90", "bfloat16", workload.head_dim) for one in others]

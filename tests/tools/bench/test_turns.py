@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -154,7 +155,7 @@ def test_a_watchdog_leaves_waits_for_others_alone() -> None:
         watchdog.step("W1: omnicupy")
         with watchdog.waiting():
             time.sleep(0.3)
-        assert said == []
+            assert said == []
         deadline = time.monotonic() + 5
         while not said and time.monotonic() < deadline:
             time.sleep(0.01)
@@ -209,6 +210,36 @@ def test_a_system_without_locks_is_refused(tmp_path: Path, monkeypatch: pytest.M
 
 
 @pytest.mark.skipif(os.name != "posix", reason="locks of files")
-def test_locks_are_given_back_behind_the_files_of_a_driver(tmp_path: Path) -> None:
+def test_one_of_two_locks_is_given_back_behind_the_files_of_a_driver(tmp_path: Path) -> None:
     mine = Turns(tmp_path, settle=lambda: None)
-    assert min(mine._gate, mine._lock) >= turns._LATE_FILE
+    early, late = mine._locks
+    assert early < turns._LATE_FILE <= late
+    with mine.alone():
+        for name in ("lock", "late-lock"):
+            with (tmp_path / name).open("r+") as file, pytest.raises(BlockingIOError):
+                turns.fcntl.flock(file, turns.fcntl.LOCK_SH | turns.fcntl.LOCK_NB)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="locks of files")
+def test_who_waits_to_be_alone_goes_before_who_gives_way(tmp_path: Path) -> None:
+    mine, other = Turns(tmp_path, settle=lambda: None), Turns(tmp_path, settle=lambda: None)
+    done: list[str] = []
+
+    def wait() -> None:
+        with other.alone():
+            done.append("alone")
+
+    waiting = threading.Thread(target=wait)
+    with mine.beside(), (tmp_path / "gate").open("r+") as gate:
+        waiting.start()
+        try:
+            while True:  # until the other one holds the gate
+                turns.fcntl.flock(gate, turns.fcntl.LOCK_EX | turns.fcntl.LOCK_NB)
+                turns.fcntl.flock(gate, turns.fcntl.LOCK_UN)
+                time.sleep(0.001)
+        except BlockingIOError:
+            pass
+        mine.give_way()
+        done.append("beside again")
+    waiting.join()
+    assert done == ["alone", "beside again"]
