@@ -268,6 +268,8 @@ def refuse_non_array(name: str, value: object) -> NoReturn:
     how = "convert it with cupy.asarray or numpy.asarray"
     if type_name(value).startswith("torch."):
         how = "pass tensors to omnicupy.torch, which has gradients by autograd"
+    elif isinstance(value, Mask):
+        how = "masks stand behind q, k and v, or are passed as mask="
     elif isinstance(value, CACHES):
         how = "caches have no gradients, and stand in the place of k alone: pass keys and values as arrays"
     elif hasattr(value, "__dlpack__"):

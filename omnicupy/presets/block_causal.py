@@ -43,9 +43,8 @@ def self_forcing(
     first_frames: frames of the first block where it differs (1: the image of image-to-video).
     layout of the two copies: "split" is [clean | noisy], "interleaved" is [noisy 0, clean 0, noisy 1, ...] by
     block, "ranked" is [clean 0, noisy 0, clean 1, ...] by rank, `ranks` equal parts of each copy (LongLive's
-    sequence parallelism); both mean nothing without teacher_forcing. sink_frames means nothing without
-    local_frames. key_frame_tokens: keys of each frame, for cross-attention. One interval per key, two for
-    "split", up to two for each rank for "ranked".
+    sequence parallelism); for teacher_forcing alone, as is sink_frames for local_frames. key_frame_tokens: keys of
+    each frame, for cross-attention. One interval per key, two for "split", up to two for each rank for "ranked".
 
     Source: guandeh17/Self-Forcing, wan/modules/causal_model.py (CausVid has the same rule); NVlabs/LongLive;
     SkyworkAI/Matrix-Game (whose `q_idx == kv_idx` compares a token with a frame: frames are compared here).
@@ -64,6 +63,7 @@ def self_forcing(
     forced = arguments.flag(where, "teacher_forcing", teacher_forcing)
     presets_arguments.tokens(where, "frames", video * max(size * (1 + forced), of_key or 0))
     edges = _edges(video, per_block, lead)
+    _check_together(layout, parts, forced, sinks if local is None and not forced else 0)
     if not forced:
         if local is None and of_key is None:
             sizes = np.diff(edges * size).tolist()
@@ -76,6 +76,19 @@ def self_forcing(
             "combine masks by & for such a rule"
         )
     return _two_copies(edges * size, layout, parts)
+
+
+def _check_together(layout: str, ranks: int | None, forced: bool, lone_sinks: int) -> None:
+    """Raises ValueError for ranks, a layout or sinks that the mask would not have."""
+    if lone_sinks:
+        raise ValueError(
+            f"self_forcing: sink_frames go with local_frames, got sink_frames={lone_sinks} without; pass local_frames"
+        )
+    if (ranks is not None and layout != RANKED) or (layout != SPLIT and not forced):
+        raise ValueError(
+            'self_forcing: ranks go with layout "ranked", and another layout than "split" with teacher_forcing, got '
+            f"ranks={ranks}, layout={layout!r} and teacher_forcing={forced}; pass what they go with"
+        )
 
 
 def _two_copies(edges: presets_arguments.Whole, layout: str, ranks: int | None) -> Mask:

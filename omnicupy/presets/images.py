@@ -136,12 +136,14 @@ def gemma3(length: int, image_spans: Spans, window: int | None = None, compose: 
 
     Source: huggingface/transformers, models/gemma3/modeling_gemma3.py.
     Raises TypeError or ValueError for other types, spans outside or overlapping, a window
-    below 1 and other compositions.
+    below 1, other compositions, and the second one without a window.
     """
     total = checked_length("gemma3", "length", length)
     images = arguments.spans("gemma3", "image_spans", image_spans, total)
     arguments.choice("gemma3", "compose", compose, COMPOSITIONS)
     if window is None:
+        if compose != OVER_ALL:
+            raise ValueError(f"gemma3: compose {compose!r} goes with a window, got none; pass window")
         return _interleaved(total, images)
     return _within(total, images, masks_arguments.at_least_one("gemma3", "window", window), compose)
 

@@ -35,6 +35,12 @@ TABLE: list[tuple[Any, dict[str, Any], type[Exception], str]] = [
     ),
     (
         call,
+        {"v": constructors.causal(8)},
+        TypeError,
+        "v must be a CuPy or NumPy array, got omnicupy.Mask; masks stand behind q, k and v, or are passed as mask=",
+    ),
+    (
+        call,
         {"q": ndarray()},
         TypeError,
         "q, k and v must all be CuPy arrays or all NumPy arrays, got q: CuPy, k: NumPy, v: NumPy; move "

@@ -79,6 +79,7 @@ def video(rng: Rng) -> Case:
     first = upto(rng, 5, 1) if rng.random() < 0.7 else None
     of_key = upto(rng, 3, 1) if rng.random() < 0.5 else None
     local, sinks = upto(rng, 9) or None, upto(rng, 3)
+    sinks = sinks if local else 0
     made = presets.self_forcing(
         frames,
         size,
@@ -89,14 +90,15 @@ def video(rng: Rng) -> Case:
         key_frame_tokens=of_key,
     )
     ends = oracle.self_forcing_edges(frames, per_block, first or per_block)
-    return made, oracle.video((frames, size, of_key), ends, local, sinks if local else 0)
+    return made, oracle.video((frames, size, of_key), ends, local, sinks)
 
 
 def two_videos(rng: Rng) -> Case:
     frames, size, per_block, ranks = upto(rng, 6, 1), upto(rng, 3, 1), upto(rng, 3, 1), upto(rng, 4, 1)
     first, layout = upto(rng, 4, 1), str(rng.choice(["split", "ranked"]))
     frames = frames * ranks if layout == "ranked" else frames
-    made = presets.self_forcing(frames, size, per_block, True, layout=layout, ranks=ranks, first_frames=first)
+    how = {"layout": layout, "ranks": ranks if layout == "ranked" else None, "first_frames": first}
+    made = presets.self_forcing(frames, size, per_block, True, **how)
     parts = ranks if layout == "ranked" else 1
     each = frames * size // parts
     order = [(copy, r * each + x) for r in range(parts) for copy in ("clean", "noisy") for x in range(each)]

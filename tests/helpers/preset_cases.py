@@ -132,6 +132,7 @@ def self_forcing(rng: Rng) -> Case:
         order = "clean noisy" if layout == "split" else layout
         return made, oracle.streams(frames * size, per_block * size, order)
     local, sinks = upto(rng, 9) or None, upto(rng, 3)
+    sinks = sinks if local else 0
     made = presets.self_forcing(frames, size, per_block, local_frames=local, sink_frames=sinks)
     return made, oracle.self_forcing(frames, size, per_block, local, sinks)
 

@@ -104,6 +104,8 @@ def bench(record: Path | None, picture: Path | None, as_json: bool, jobs: int, *
     if record:
         refuse_unused("with --table", keep=("record", "picture", "as_json"))
         content = records.load(record)
+        if picture:
+            plots.drawn_of(content)
     elif not chosen["suites"] and not chosen["texts"] and not chosen["workloads"]:
         refuse_unused("without SUITES or --mask", keep=("as_json",))
         if as_json:

@@ -33,6 +33,8 @@ class _Group(click.Group):
                 return super().invoke(ctx)
         except ModuleNotFoundError as error:
             raise click.ClickException(_missing(error)) from error
+        except BrokenPipeError:  # whoever read the output has had enough: click ends without a word
+            raise
         except EXPECTED as error:
             raise click.ClickException(str(error)) from error
 

@@ -136,7 +136,7 @@ def _print_cases(cases: Sequence[tuple[str, str]], as_json: bool) -> None:
         print_json([{"group": group, "id": name} for group, name in cases])
         return
     for group, name in cases:
-        click.echo(f"{group:16}{name}")
+        click.echo(f"{group:16}  {name}")
     click.echo("cases of a complete run on a GPU, by source:", err=True)
     for source in SOURCES:
         click.echo(f"  {source:32}{len(planned(source)):6}", err=True)

@@ -23,18 +23,22 @@ def plot(content: Content, path: str | Path) -> list[Path]:
     The suffix of `path` names the format; with several suites each one's name goes in front of it. Raises ValueError
     when no suite of the record can be drawn or nothing can be saved there, ImportError without matplotlib.
     """
-    target = checked_file(path)
-    found = [name for name in suites_of(content) if can_draw(name, rows_of(content, name))]
-    if not found:
-        raise ValueError(
-            f"plot: expected a record of some of {', '.join(DRAWN)}, got {suites_of(content) or 'none'}"
-        )
-    files = []
+    target, found, files = checked_file(path), drawn_of(content), []
     for name in found:
         file = target if len(found) == 1 else target.with_name(f"{target.stem}-{name}{target.suffix}")
         plot_style.save(DRAWN[name](rows_of(content, name), content), file)
         files.append(file)
     return files
+
+
+def drawn_of(content: Content) -> list[str]:
+    """The suites of a record of which there are pictures. Raises ValueError for none."""
+    found = [name for name in suites_of(content) if can_draw(name, rows_of(content, name))]
+    if not found:
+        raise ValueError(
+            f"plot: expected a record of some of {', '.join(DRAWN)}, got {suites_of(content) or 'none'}"
+        )
+    return found
 
 
 def check(suites: Sequence[str], *, gpu: bool) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -241,3 +242,15 @@ def test_progress_is_a_line_where_there_is_no_terminal(capsys: pytest.CaptureFix
     assert list(console.track(iter([1, 2]), "compiling", 2)) == [1, 2]
     assert capsys.readouterr().err == "compiling: 2\n"
     assert list(console.bar(iter([1, 2]), "compiling", 2)) == [1, 2]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="pipes that close")
+def test_output_that_nobody_reads_on_is_no_error() -> None:
+    show = [sys.executable, "-m", "omnicupy", "show", "--mask", "W4"]
+    with subprocess.Popen(
+        show, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment.of_child()
+    ) as process:
+        assert process.stdout is not None
+        process.stdout.close()
+        assert process.stderr is not None
+        assert process.stderr.read() == b""

@@ -180,7 +180,8 @@ def test_every_command_prints_json(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 def test_cases_are_chosen_by_what_the_table_prints_and_listed() -> None:
     lines = run("verify", "--list").stdout.splitlines()
     assert len(lines) > 300
-    assert "head dims       d64-bf16-" in "\n".join(lines)
+    assert "head dims         d64-bf16-" in "\n".join(lines)
+    assert all(re.fullmatch(r"\S.*\S  +\S+", line) for line in lines)  # group and id
     some = run("verify", "--list", "--case", "EMPTY ROWS").stdout.splitlines()
     assert some == [line for line in lines if line.startswith("empty rows")]
     done = run("verify", "--case", "empty rows", "--case", "d64-bf16-causal-q333k333")

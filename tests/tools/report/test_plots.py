@@ -187,6 +187,15 @@ def test_records_of_the_repository_are_drawn(tmp_path: Path, name: str, suite: s
     assert (tmp_path / "x.png").stat().st_size > 10_000
 
 
+def test_a_record_without_pictures_is_refused_before_its_tables() -> None:
+    done = CliRunner().invoke(
+        main, ["bench", "--table", str(RESULTS / "cpu-presets.json"), "--plot", "x.png"]
+    )
+    assert done.exit_code == 1
+    assert done.stdout == ""
+    assert "plot: expected a record of some of" in done.stderr
+
+
 def test_drawable_suites_are_suites() -> None:
     assert set(plots.DRAWN) <= set(GPU_SUITES)
     tables_alone = {"latency", "seeds", "fit", "unseen", "same-bits", "behind", "blocks", "e4m3", "prompts"}
