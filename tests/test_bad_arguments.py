@@ -128,7 +128,7 @@ ARGUMENTS: dict[str, dict[str, tuple[list[Bad], Any]]] = {
     "presets.tree": {"context": (NEEDED, 2), "parents": (NUMBERS, [-1, 0])},
     "presets.self_forcing": {
         "frames": (NEEDED, 4), "frame_tokens": (NEEDED, 2), "frames_per_block": (NEEDED, 2), "teacher_forcing": (FLAG, False),
-        "layout": (choice("split, interleaved, ranked"), "split"), "ranks": (INTEGER, 2), "first_frames": (INTEGER, 1),
+        "layout": (choice("split, interleaved, ranked"), "split"), "ranks": (INTEGER, None), "first_frames": (INTEGER, 1),
         "local_frames": (INTEGER, 2), "sink_frames": (NEEDED, 1), "key_frame_tokens": (INTEGER, 2),
     },
     "presets.bd3lm": {

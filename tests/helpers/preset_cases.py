@@ -78,7 +78,7 @@ def show_o(rng: Rng) -> Case:
 def gemma3(rng: Rng) -> Case:
     length = upto(rng, 30, 1)
     spans, window = spans_of(rng, length), upto(rng, 34) or None
-    compose = str(rng.choice(["window_over_all", "window_over_causal"]))
+    compose = str(rng.choice(["window_over_all", "window_over_causal"])) if window else "window_over_all"
     made = presets.gemma3(length, as_given(rng, spans), window, compose)
     return made, oracle.gemma3(length, spans, window, compose)
 
