@@ -49,9 +49,13 @@ class BackwardRow:
 
     def specs(self, arch: str, dtype: str, head_dim: int, value_dim: int | None = None) -> list[BackwardSpec]:
         """`spec`, and where `few` or `full` takes a place the kernels with it."""
-        found = self.spec(arch, dtype, head_dim, value_dim)
-        few = [] if self.few is None else [replace(found, fused=self.few)]
-        return [found, *few, *([] if self.full is None else [replace(found, ordered=self.full)])]
+        usual = self.spec(arch, dtype, head_dim, value_dim)
+        found = [usual]
+        if self.few is not None:
+            found.append(replace(usual, fused=self.few))
+        if self.full is not None:
+            found.append(replace(usual, ordered=self.full))
+        return found
 
     def serves(self, arch: str, widest: int) -> bool:
         """True when the row is for this architecture and the wider of the kernels' head_dim and value_dim."""

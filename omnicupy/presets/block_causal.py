@@ -63,31 +63,36 @@ def self_forcing(
     forced = arguments.flag(where, "teacher_forcing", teacher_forcing)
     presets_arguments.tokens(where, "frames", video * max(size * (1 + forced), of_key or 0))
     edges = _edges(video, per_block, lead)
-    _check_together(layout, parts, forced, sinks if local is None and not forced else 0)
+    _check_together((forced, layout, parts), local, sinks, of_key)
     if not forced:
         if local is None and of_key is None:
             sizes = np.diff(edges * size).tolist()
             return segment_masks.packed([segment_lists.IMAGE] * len(sizes), sizes, [len(sizes)])
         return _local(edges, (size, of_key), video if local is None else min(local, video), sinks)
-    if local is not None or sinks or of_key is not None:
-        raise ValueError(
-            "self_forcing: teacher_forcing must come without local_frames, sink_frames and key_frame_tokens, got "
-            f"local_frames={local_frames}, sink_frames={sink_frames} and key_frame_tokens={key_frame_tokens}; "
-            "combine masks by & for such a rule"
-        )
     return _two_copies(edges * size, layout, parts)
 
 
-def _check_together(layout: str, ranks: int | None, forced: bool, lone_sinks: int) -> None:
-    """Raises ValueError for ranks, a layout or sinks that the mask would not have."""
-    if lone_sinks:
-        raise ValueError(
-            f"self_forcing: sink_frames go with local_frames, got sink_frames={lone_sinks} without; pass local_frames"
-        )
+def _check_together(
+    copies: tuple[bool, str, int | None], local: int | None, sinks: int, of_key: int | None
+) -> None:
+    """Raises ValueError for arguments of self_forcing that the mask would not have. copies: whether there are two,
+    their layout, and ranks.
+    """
+    forced, layout, ranks = copies
     if (ranks is not None and layout != RANKED) or (layout != SPLIT and not forced):
         raise ValueError(
             'self_forcing: ranks go with layout "ranked", and another layout than "split" with teacher_forcing, got '
             f"ranks={ranks}, layout={layout!r} and teacher_forcing={forced}; pass what they go with"
+        )
+    if forced and (local is not None or sinks or of_key is not None):
+        raise ValueError(
+            "self_forcing: teacher_forcing must come without local_frames, sink_frames and key_frame_tokens, got "
+            f"local_frames={local}, sink_frames={sinks} and key_frame_tokens={of_key}; combine masks by & for such a "
+            "rule"
+        )
+    if sinks and local is None:
+        raise ValueError(
+            f"self_forcing: sink_frames go with local_frames, got sink_frames={sinks} without; pass local_frames"
         )
 
 

@@ -6,7 +6,6 @@ lines of a flush lie in L2: what a layer finds there is left by the layers befor
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -60,16 +59,7 @@ def measure(session: Session, workload: Workload, systems: Sequence[str]) -> Non
     """
     l2_bytes = int(session.record.content.get("l2_bytes") or 0)
     _measure(Stack(session, workload, lambda cache_bytes: layers_of(cache_bytes, l2_bytes)), systems)
-    free()
-
-
-def free() -> None:
-    """Give the memory of what has gone back to the device, torch's too."""
-    import cupy
-
-    cupy.get_default_memory_pool().free_all_blocks()
-    with contextlib.suppress(ImportError):
-        torch_inputs.library("torch").cuda.empty_cache()
+    torch_inputs.free_memory()
 
 
 def made(stack: Stack, name: str) -> Step:

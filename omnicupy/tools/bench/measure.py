@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -24,7 +23,7 @@ from omnicupy.tools.bench.gradients import PASSES, Gradients, Pass, asked
 from omnicupy.tools.bench.peers import COMPILE_LIMIT_S, SYSTEMS, Peer, prepare
 from omnicupy.tools.bench.records import OURS, Record
 from omnicupy.tools.bench.speeds import GEMM, copy_tbps, gemm_tflops
-from omnicupy.tools.bench.torch_inputs import Shared, as_cupy
+from omnicupy.tools.bench.torch_inputs import Shared, as_cupy, free_memory
 from omnicupy.tools.bench.turns import NOBODY_ELSE, Turns
 from omnicupy.tools.random_arrays import DTYPES, random_bits
 from omnicupy.tools.workloads.workload import Workload
@@ -100,15 +99,6 @@ def check_memory(workload: Workload, mask: Mask) -> None:
         )
 
 
-def free_memory() -> None:
-    """Give the device what pools hold and nothing uses, that of PyTorch, too, where it is loaded."""
-    import cupy
-
-    cupy.get_default_memory_pool().free_all_blocks()
-    if torch := sys.modules.get("torch"):
-        torch.cuda.empty_cache()
-
-
 def make_inputs(workload: Workload, mask: Mask, dtype: str) -> tuple[Any, Any, Any]:
     """Random normal q, k, v of a workload as CuPy arrays."""
     import cupy
@@ -127,7 +117,6 @@ def measure(session: Session, workload: Workload, systems: Sequence[str], batch:
 
     systems: names of peers.SYSTEMS, "omnicupy", or "omnicupy:" and a word of configs.parse.  batch: as of prepared.
     """
-
     mask = workload.mask()
     with session.turns.beside():
         ready = prepared(session, workload, mask, systems, batch)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -157,9 +156,7 @@ def _free_after_emptying() -> int:
     import cupy
 
     gc.collect()
-    cupy.get_default_memory_pool().free_all_blocks()
-    if sys.modules.get("torch") is not None:
-        torch_inputs.library("torch").cuda.empty_cache()
+    torch_inputs.free_memory()
     return int(cupy.cuda.Device().mem_info[0])
 
 

@@ -135,9 +135,8 @@ def _compile_all(session: Session, specs: Sequence[Spec]) -> list[Compiled[Spec]
     """Compile; where another process may be timing, by threads that leave its launches the cores."""
     if not session.turns.is_shared:
         return compile_all(specs)
-    with ThreadPoolExecutor(
-        1, initializer=os.nice, initargs=(19,)
-    ) as pool:  # threads of a thread are as nice
+    # Threads are as nice as the one that starts them.
+    with ThreadPoolExecutor(1, initializer=os.nice, initargs=(19,)) as pool:
         return pool.submit(compile_all, specs).result()
 
 

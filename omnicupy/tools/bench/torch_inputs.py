@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import sys
 import time
 from collections.abc import Callable
 from functools import cached_property
@@ -18,6 +19,15 @@ from omnicupy.tools.workloads.workload import Workload
 def library(name: str) -> Any:
     """An optional library, by its module's name. Raises ImportError where it is missing."""
     return importlib.import_module(name)
+
+
+def free_memory() -> None:
+    """Give the device what pools hold and nothing uses, that of PyTorch, too, where it is loaded."""
+    import cupy
+
+    cupy.get_default_memory_pool().free_all_blocks()
+    if sys.modules.get("torch") is not None:
+        library("torch").cuda.empty_cache()
 
 
 def timed_ms(build: Callable[[], Any]) -> float:
